@@ -1,6 +1,7 @@
 """Familiarity: known photos are kept at the stated rate, other things are recognised, everywhere alike."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from ikebana.evaluation import drawn_images, familiarity, familiarity_fit, unkno
 from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.inference import prediction
 from ikebana.learning.models.familiarity_layer import FamiliarityLayer
+from ikebana.recipe import LinearProbe
 from ikebana.runs.run import Run
 
 FEATURES, CLASSES = 40, 3
@@ -187,6 +189,21 @@ def test_a_run_says_how_often_it_recognises_other_things(run):
     is_answered = (confidence >= evaluation.threshold) & (test["familiarity"] >= rates.threshold)
     assert evaluation.answered_share == pytest.approx(is_answered.mean())
     assert '"unknown"' in repr(evaluation)
+
+
+def test_a_fine_tuned_network_gets_the_rates_of_the_network_that_never_saw_the_class(run, drawn, fit_in_cache):
+    tuned = fit_in_cache(drawn(60), "good", image_size=96, epochs=1, batch_size=16).evaluation.unknown_objects
+    probe = replace(run.recipe, method=LinearProbe(flip_tta=True))
+    expected = fit_in_cache(drawn(60), probe).evaluation.unknown_objects
+    assert tuned.left_out == expected.left_out
+    assert "before fine-tuning" in tuned.note
+    assert expected.note == ""
+
+
+def test_a_network_from_scratch_gets_no_rates_of_classes_that_it_was_trained_with(drawn, fit_in_cache):
+    rates = fit_in_cache(drawn(60), "baseline", image_size=46, epochs=1).evaluation.unknown_objects
+    assert rates.left_out == {}
+    assert "not measured" in rates.describe()
 
 
 def test_the_exported_file_computes_the_familiarity_of_the_run(run, classifier, drawn):

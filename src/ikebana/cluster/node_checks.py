@@ -38,7 +38,7 @@ def find_readable(photos: Iterable[Photo], read: Callable[[Photo], object]) -> P
 
 
 def find_readable_photo(dataset: Dataset) -> tuple[Any, ...] | None:
-    """Return the fields of the `Location` of a photo that this machine can read, if any."""
+    """Return the fields of a readable photo's `Location`, if there is one."""
     photos = dataset.photos.select("path", "status").with_row_index("row")
     rows = photos.filter(photos["status"].is_in((STATUS_UNOPENED, STATUS_USED)))["row"]
     locations = (

@@ -201,7 +201,7 @@ def _train_and_score(writer: RunWriter, plan: Plan, dataset: Dataset, pixels: Pi
         writer.write_epochs(epochs)
         progress.event("epoch", **asdict(epoch))
     clock.lap("train", sum(epoch.seconds for epoch in epochs))
-    results = score_held_out(plan, tasks, splits, dataset.classes)
+    results = score_held_out(plan, tasks, splits, dataset.classes, pixels.folder.name)
     held_out = concatenate(splits["validation"], splits["test"])
     writer.write_json("calibration.json", results.calibration)
     writer.write_predictions(dataset, held_out.rows, results.probabilities, results.familiarity)

@@ -25,7 +25,11 @@ INVERSE_L2 = 0.02
 MAX_LEFT_OUT_CLASSES = 10
 # Test photos of a class from which its rate is given.
 MIN_LEFT_OUT_PHOTOS = 10
-FINE_TUNED_NOTE = "the features were trained with that class too, so the rate for a new kind of object is lower"
+# Features that were trained with a class recognise it far better than a new kind of object.
+FINE_TUNED_NOTE = (
+    "the rate of classes left out is that of the network before fine-tuning, as the trained one has seen them"
+)
+SCRATCH_NOTE = "how often other things that resemble its classes are recognised was not measured"
 
 
 @dataclass(frozen=True)
@@ -119,19 +123,21 @@ def measure_unknown_objects(
     recipe: Recipe,
     classes: Sequence[str],
     settings: DeviceSettings,
+    frozen: KnownPhotos | None,
 ) -> UnknownObjects:
     """Measure how many drawn images and photos of left-out classes are called unknown.
 
     Args:
         network: the whole trained network.
         classes: class names.
+        frozen: the outputs of a network whose features were not trained with any of the classes;
+            None if there is none.
     """
     of_test = compute_familiarity(model, known.test.outputs)
     known_kept = float((of_test >= model.threshold).mean())
-    left_out, skipped = _leave_classes_out(known, classes)
-    notes = [] if recipe.caches_features or not left_out else [FINE_TUNED_NOTE]
-    if skipped:
-        notes.append(f"not measured without {', '.join(skipped)}: too few calibration photos of the other classes")
+    left_out, notes = _leave_classes_out(frozen, classes) if frozen is not None else ({}, [SCRATCH_NOTE])
+    if left_out and frozen is not known:
+        notes.append(FINE_TUNED_NOTE)
     return UnknownObjects(
         threshold=model.threshold,
         known_photos=len(of_test),
@@ -160,7 +166,7 @@ def _leave_classes_out(known: KnownPhotos, classes: Sequence[str]) -> tuple[dict
     """Measure detection of each class that is left out.
 
     Returns:
-        Detection by class, and the classes without which too few calibration photos remain.
+        Detection by class, and notes on classes that were not left out.
     """
     counts = np.bincount(known.test.labels, minlength=len(classes))
     trained = np.unique(known.train.labels)
@@ -170,7 +176,7 @@ def _leave_classes_out(known: KnownPhotos, classes: Sequence[str]) -> tuple[dict
         return {}, []
     mean, scale = compute_mean_and_scale(known.train.outputs.features)
     chunks = logistic_head.ScaledChunks(known.train.outputs.features, known.train.labels, mean, scale)
-    results, skipped = {}, []
+    results, skipped, notes = {}, [], []
     with progress.stage("leave a class out", len(left_out), "classes") as bar:
         for label in sorted(left_out):
             detection = _leave_out(known, int(label), chunks)
@@ -179,7 +185,13 @@ def _leave_classes_out(known: KnownPhotos, classes: Sequence[str]) -> tuple[dict
             else:
                 skipped.append(classes[label])
             bar.advance(1)
-    return results, skipped
+    if len(left_out) < len(trained):
+        notes.append(
+            f"left out of training: {len(left_out)} of {len(trained)} classes, those with the most test photos"
+        )
+    if skipped:
+        notes.append(f"not measured without {', '.join(skipped)}: too few calibration photos of the other classes")
+    return results, notes
 
 
 def _leave_out(known: KnownPhotos, label: int, chunks: logistic_head.ScaledChunks) -> Detection | None:

@@ -1,6 +1,6 @@
 """Everything that is computed from the held-out photos once training has ended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,11 @@ from ikebana.evaluation.familiarity import FamiliarityModel
 from ikebana.evaluation.unknown_objects import UnknownObjects
 from ikebana.learning import familiarity
 from ikebana.learning.examples import PhotoExamples, find_calibration_photos, select_for_calibration
+from ikebana.learning.familiarity import KnownPhotos
 from ikebana.learning.mistake_neighbours import MistakeNeighbours, find_mistake_neighbours
 from ikebana.learning.outputs import compute_held_out
-from ikebana.learning.plan import Plan, TrainingTask
+from ikebana.learning.plan import Plan, TrainingTask, prepare_probe
+from ikebana.recipe import FrozenBackbone, LinearProbe
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ class HeldOutResults:
 
 
 def score_held_out(
-    plan: Plan, tasks: Sequence[TrainingTask], splits: Mapping[str, PhotoExamples], classes: Sequence[str]
+    plan: Plan,
+    tasks: Sequence[TrainingTask],
+    splits: dict[str, PhotoExamples],
+    classes: Sequence[str],
+    pixel_cache_name: str,
 ) -> HeldOutResults:
     """Predict the held-out photos, calibrate, and fit familiarity.
 
@@ -58,8 +64,15 @@ def score_held_out(
     if model is not None:
         values = familiarity.compute_familiarity(model, outputs)
         is_known = values[find_calibration_photos(splits)] >= model.threshold
+        is_frozen = isinstance(plan.recipe.method, LinearProbe | FrozenBackbone)
         unknown_objects = familiarity.measure_unknown_objects(
-            model, known, plan.network, recipe=plan.recipe, classes=classes, settings=plan.settings
+            model,
+            known,
+            plan.network,
+            recipe=plan.recipe,
+            classes=classes,
+            settings=plan.settings,
+            frozen=known if is_frozen else _collect_frozen(plan, splits, pixel_cache_name),
         )
     calibration = calibrate(
         *select_for_calibration(splits, outputs.probabilities),
@@ -72,3 +85,11 @@ def score_held_out(
     if model is not None:
         neighbours = find_mistake_neighbours(model, outputs.features, probabilities, splits, plan.recipe)
     return HeldOutResults(probabilities, calibration, values, model, unknown_objects, neighbours)
+
+
+def _collect_frozen(plan: Plan, splits: dict[str, PhotoExamples], pixel_cache_name: str) -> KnownPhotos | None:
+    """Collect the known photos of the pretrained network; None if it starts from random weights."""
+    tasks = prepare_probe(plan, splits, pixel_cache_name)
+    if tasks is None:
+        return None
+    return familiarity.collect_known_photos(tasks, splits, compute_held_out(tasks, plan.settings), plan.settings)

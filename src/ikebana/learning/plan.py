@@ -43,7 +43,7 @@ from ikebana.learning.models.assembly import Assembly, Member
 from ikebana.learning.process_state import preserve_process_state
 from ikebana.learning.training import logistic_head, loop
 from ikebana.learning.training.checkpoint import Epoch
-from ikebana.recipe import FitOptions, LinearProbe, Recipe, Scratch, recipe_to_json, with_options
+from ikebana.recipe import FitOptions, LinearProbe, PretrainedMethod, Recipe, Scratch, recipe_to_json, with_options
 from ikebana.system import progress
 from ikebana.system.files import write_json
 
@@ -211,6 +211,24 @@ def prepare_tasks(plan: Plan, splits: dict[str, PhotoExamples], pixel_cache_name
     plan.network.to(plan.settings.device)
     with processes.take_turns("features"):
         return tuple(_prepare_task(member, splits, pixel_cache_name, plan.settings) for member in plan.assembly.members)
+
+
+def prepare_probe(
+    plan: Plan, splits: dict[str, PhotoExamples], pixel_cache_name: str
+) -> tuple[TrainingTask, ...] | None:
+    """Make the tasks of a linear probe on the plan's backbones with their pretrained weights.
+
+    Returns:
+        None if the plan's networks start from random weights. No process waits for others.
+    """
+    if not isinstance(plan.recipe.method, PretrainedMethod):
+        return None
+    method = LinearProbe(weights=plan.recipe.weights, flip_tta=plan.recipe.method.flip_tta)
+    probe = assembly.assemble(replace(plan.recipe, method=method), plan.assembly.classes)
+    probe.network.to(plan.settings.device)
+    # The measured speed is that of the plan's own recipe.
+    untimed = replace(plan.settings, measurement_id="")
+    return tuple(_prepare_task(member, splits, pixel_cache_name, untimed) for member in probe.members)
 
 
 def _prepare_task(

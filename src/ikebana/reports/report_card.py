@@ -126,6 +126,8 @@ def list_limits(run: Run) -> list[str]:
         if evaluation.unknown_objects.left_out:
             share = percent(evaluation.unknown_objects.mean_left_out)
             limits.append(f"Of things that resemble its classes, it recognises only about {share} as unknown.")
+        else:
+            limits.append("How often it recognises things that resemble its classes was not measured.")
     else:
         limits.append("It names one of its classes whatever a photo shows.")
     return [*limits, GENERAL_LIMIT]
