@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ikebana.errors import UsageError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ikebana[cluster]'")
 
+from ray.exceptions import NodeDiedError, WorkerCrashedError  # noqa: E402
 from support.ray_cluster import RayCluster  # noqa: E402
 from support.runs import write_run  # noqa: E402
 
@@ -71,6 +73,24 @@ def test_the_time_of_a_run_is_that_of_its_node_without_the_wait_for_one(tmp_path
     task = training_tasks.TrainingTask(PlannedRun("quick", run.recipe))
     ended = training_tasks._receive("reference", task, tmp_path)
     assert ended == (task.planned, run, 5.25)
+
+
+def test_a_run_whose_node_is_lost_waits_before_it_continues_and_ends_after_three_attempts(tmp_path, monkeypatch):
+    crashes = [NodeDiedError("the node is gone"), WorkerCrashedError(), NodeDiedError("the node is gone")]
+
+    def fail(reference):
+        raise crashes[reference]
+
+    monkeypatch.setattr(training_tasks.ray, "get", fail)
+    task = training_tasks.TrainingTask(PlannedRun("quick", recipes.get_recipe("quick")))
+    started = time.monotonic()
+    assert training_tasks._receive(0, task, tmp_path) is None
+    # Processes of a node that was only cut off may still write.
+    assert task.not_before >= started + training_tasks.CUT_OFF_SECONDS
+    assert training_tasks._receive(1, task, tmp_path) is None
+    ended = training_tasks._receive(2, task, tmp_path)
+    assert ended is not None
+    assert str(ended.outcome).startswith("the process of this run ended 3 times")
 
 
 @pytest.mark.parametrize("source", ["s3://garden", "shards/photos-*.tar", "folder", Path("folder")])
