@@ -1,5 +1,6 @@
 """Familiarity: known photos are kept at the stated rate, other things are recognised, everywhere alike."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -180,6 +181,8 @@ def test_a_run_says_how_often_it_recognises_other_things(run):
     assert rates is not None
     assert set(rates.left_out) == set(run.classes)
     assert set(rates.drawn) == set(drawn_images.KINDS)
+    stored = json.loads((run.folder / "evaluation.json").read_text("utf-8"))["unknown_objects"]
+    assert stored["mean_left_out"] == pytest.approx(np.mean([kind.detected for kind in rates.left_out.values()]))
     table = run.predictions
     test = table.filter(split="test")
     assert rates.known_kept == pytest.approx((test["familiarity"] >= rates.threshold).mean())

@@ -1,7 +1,7 @@
 """How often photos of something that a network was never trained on are recognised."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class UnknownObjects:
         known_kept_interval: Wilson's 95% interval of this share.
         left_out: per class: what a head that was trained without it says about its test photos.
         drawn: per kind of drawn image.
+        mean_left_out: mean share of photos of left-out classes that are called unknown; 0 without any.
         note: what the reader must know to understand the rates.
     """
 
@@ -48,11 +49,11 @@ class UnknownObjects:
     left_out: Mapping[str, Detection]
     drawn: Mapping[str, Detection]
     note: str = ""
+    # Derived, for readers of `evaluation.json`.
+    mean_left_out: float = field(init=False)
 
-    @property
-    def mean_left_out(self) -> float:
-        """Mean share of photos of left-out classes that are called unknown; 0 without any."""
-        return _average(self.left_out).detected if self.left_out else 0.0
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean_left_out", _average(self.left_out).detected if self.left_out else 0.0)
 
     def describe(self) -> str:
         """Describe the rates in one or two lines for the terminal."""
@@ -99,7 +100,8 @@ def from_json(values: Mapping[str, Any]) -> UnknownObjects:
     kinds = {
         name: {kind: _read(detection) for kind, detection in values[name].items()} for name in ("left_out", "drawn")
     }
-    return UnknownObjects(**{**values, **kinds, "known_kept_interval": (low, high)})
+    fields = {name: value for name, value in values.items() if name != "mean_left_out"}
+    return UnknownObjects(**{**fields, **kinds, "known_kept_interval": (low, high)})
 
 
 def _read(values: Mapping[str, Any]) -> Detection:
