@@ -13,14 +13,14 @@ from ikebana.learning.models import networks
 from ikebana.learning.precision import get_seconds_per_photo
 from ikebana.recipe import MODULE_PREFIX, Recipe
 
-# Training photos per class from which fine-tuning is recommended. With 25 and 50 of the flowers it was
-# about as accurate as a head (bench/records.md).
+# Training photos per class from which fine-tuning is recommended. With 12 to 50 of the flowers it was
+# no more accurate than a head (bench/records.md).
 MIN_PHOTOS_PER_CLASS_FOR_FINE_TUNING = 40
-# With fewer training photos per class, no gain of a better recipe was measured.
+# With fewer training photos per class, no gain of a better recipe was measured; with 100 it is a sixth.
 MIN_PHOTOS_PER_CLASS_FOR_MEASURED_GAIN = 100
 
 FEW_PHOTOS_EVIDENCE = (
-    "on Flowers Recognition fine-tuning gained nothing with 25 and 50 training photos per class, and much with 500"
+    "on Flowers Recognition fine-tuning gained nothing with 12 to 50 training photos per class, and much with 500"
 )
 
 
