@@ -38,6 +38,7 @@ HELP = "ikebana fit --help"
             f"--at-most-wrong=-5%, or {HELP}",
         ),
         (["fit", "a", "--epochs", "--json"], "--epochs needs a value", HELP),
+        (["fit", "a", "--epochs", "15", "--epochs"], "--epochs needs a value", HELP),
         (["export"], "RUN is missing", "ikebana export --help"),
     ],
 )

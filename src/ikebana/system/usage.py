@@ -86,7 +86,7 @@ def translate_parser_error(error: CycloptsError) -> UsageError:
 def _translate_missing_value(option: str, arguments: list[str], help_command: str) -> UsageError:
     """Suggest an equals sign where the value starts with a hyphen, as an option does."""
     for name, value in pairwise(arguments):
-        if name == option and value[1:2].isdigit():
+        if name == option and value.startswith("-") and value[1:2].isdigit():
             return UsageError(
                 f"{option} needs a value, and {value} was read as an option",
                 advice=f"{option}={value}, or {help_command}",
