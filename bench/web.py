@@ -40,6 +40,8 @@ START_WORKER = """() => {
     });
   };
 }"""
+# The page shows no more photos.
+MAX_SHOWN_PHOTOS = 500
 
 
 class SilentHandler(http.server.SimpleHTTPRequestHandler):
@@ -57,10 +59,6 @@ def serve_folder(folder: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-# The page shows no more photos.
-MAX_SHOWN_PHOTOS = 500
 
 
 def choose_test_photos(run: ikebana.Run, where: Path | None, count: int) -> list[Path]:
