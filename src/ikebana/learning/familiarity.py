@@ -27,7 +27,7 @@ MAX_LEFT_OUT_CLASSES = 10
 MIN_LEFT_OUT_PHOTOS = 10
 # Features that were trained with a class recognise it far better than a new kind of object.
 FINE_TUNED_NOTE = (
-    "the rate of classes left out is that of the network before fine-tuning, as the trained one has seen them"
+    "the rate of left-out classes is that of the network before fine-tuning, which was not trained with them"
 )
 SCRATCH_NOTE = "how often other things that resemble its classes are recognised was not measured"
 

@@ -84,13 +84,10 @@ def translate_parser_error(error: CycloptsError) -> UsageError:
 
 
 def _translate_missing_value(option: str, arguments: list[str], help_command: str) -> UsageError:
-    """Suggest an equals sign where the value starts with a hyphen, as an option does."""
+    """Refuse a negative value, which the parser takes for an option, by its name."""
     for name, value in pairwise(arguments):
         if name == option and value.startswith("-") and value[1:2].isdigit():
-            return UsageError(
-                f"{option} needs a value, and {value} was read as an option",
-                advice=f"{option}={value}, or {help_command}",
-            )
+            return UsageError(f"{option} cannot be negative: {value}", advice=help_command)
     return UsageError(f"{option} needs a value", advice=help_command)
 
 
